@@ -204,8 +204,13 @@ def _replaced(config: Any, values: Mapping[str, Any], parse: Callable | None, pr
     known = _children(config)
     if isinstance(config, tuple):
         return tuple({**known, **_changed(known, {}, groups, parse, prefix)}.values())
-    hints = typing.get_type_hints(type(config))
-    return dataclasses.replace(config, **_changed(known, hints, groups, parse, prefix))
+    changed = _changed(known, typing.get_type_hints(type(config)), groups, parse, prefix)
+    try:
+        return dataclasses.replace(config, **changed)
+    except UserError:
+        raise
+    except ValueError as error:  # From the `__post_init__` of somebody's own part.
+        raise UserError(f"{prefix.removesuffix('.')}: {error}") from error
 
 
 def _changed(known: dict, hints: dict, groups: dict[str, dict], parse: Callable | None, prefix: str) -> dict:

@@ -49,10 +49,13 @@ _LONGEST = (
     "test_blocks.py",
     "test_foreign_faults.py",
     "test_mesh.py",
-    "test_step.py",
     "test_parts.py",
-    "test_bad_input.py",
-    "test_ablate.py",
+    "test_resume.py",
+    "test_step.py",
+    "test_on_gpu.py",
+    "test_killed_ladder.py",
+    "test_train_state.py",
+    "test_full_disk.py",
 )
 
 

@@ -43,6 +43,10 @@ class Part:
     weight: float = 1.0
     path: str = ""
 
+    def __post_init__(self):
+        if self.weight < 0:  # As somebody else's class refuses it.
+            raise ValueError("weight must not be negative")
+
 
 @dataclass(frozen=True)
 class Run:
@@ -152,6 +156,8 @@ def test_fields_that_depend_on_each_other_change_together():
 def test_an_override_that_breaks_a_rule_is_refused_by_the_configuration_itself():
     with pytest.raises(UserError, match=r"heads \(5\) must divide width \(12\)"):
         override(Run(), {"model.heads": "5"})
+    with pytest.raises(UserError, match=r"^parts\.1: weight must not be negative$"):
+        override(Run(), {"parts.1.weight": "-1"})
 
 
 def test_overriding_nothing_changes_nothing_and_the_original_is_never_touched():

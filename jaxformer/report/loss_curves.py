@@ -186,7 +186,7 @@ def _draw_curve(axes, finding: Finding, curve: PairedCurve) -> float:
     axes.axhline(0, color=INK, lw=0.8)
     axes.set_title(plain(finding.name, 30), color=colour, fontsize=8.5)
     paired, unpaired = curve.scatter
-    scatter = f"scatter {paired:.3f} paired"
+    scatter = f"sd over steps {paired:.3f} paired"
     if math.isfinite(unpaired) and paired > 0:
         scatter += f", {unpaired:.3f} unpaired ({unpaired / paired:.0f} x)"
     axes.text(0.98, 0.04, scatter, transform=axes.transAxes, ha="right", fontsize=7, color=GREY, bbox=BEHIND)

@@ -1,6 +1,5 @@
 """Runs side by side, as text and as a page."""
 
-import math
 from collections.abc import Sequence
 from pathlib import Path
 from typing import NamedTuple
@@ -56,14 +55,14 @@ def _cells(run: ShownRun, name: str) -> list[str]:
     summary, steps = run.finished.summary if run.finished else {}, run.experiment.training.steps
     done = int(run.series["train/loss"].steps[-1])
     losses = run.series["train/loss"].values[-_LAST_STEPS:]
-    speed = latest("train/tokens_per_second")
+    speeds = run.series.get("train/tokens_per_second")
     return [
         name,
         str(run.record["seed"]),
         f"{done:,}" if done == steps else f"{done:,} of {steps:,}",
         number(latest("validation/bits_per_byte"), 4),
         number(float(losses.mean()), 4),
-        f"{speed:,.0f}" if math.isfinite(speed) else NOTHING,
+        f"{speeds.values.mean():,.0f}" if speeds else NOTHING,
         format_duration(summary["seconds"]) if summary else "",
         format_size(summary["peak_memory_bytes"]) if summary else "",
     ]

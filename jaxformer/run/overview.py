@@ -77,4 +77,5 @@ def _print_corpus(data: Data, number: int, kind: str | Reader, spans: Sequence[S
             plan, corpus.training.tokens, np.unique(plan.documents) if is_dealt else corpus.documents
         )
         of_length = f"rows of {row_length:,} tokens: " if is_dealt else ""
-        print_wrapped(f"packing     {of_length}{report}; each row is read {passes:.3g} times")
+        reading = f"each row is read {passes:.3g} times" if passes >= 1 else f"{passes:.1%} of the rows are read"
+        print_wrapped(f"packing     {of_length}{report}; {reading}")
