@@ -5,13 +5,14 @@ science (what is learned) and fields that change only the execution (how it is c
 micro-batches) are distinguished by `execution`, because only the first identify a run.
 """
 
+import contextlib
 import dataclasses
 import difflib
 import itertools
 import math
 import types
 import typing
-from collections.abc import Callable, Collection, Iterable, Mapping
+from collections.abc import Callable, Collection, Iterable, Iterator, Mapping
 from typing import Annotated, Any, NamedTuple, NoReturn
 
 
@@ -27,6 +28,18 @@ def require(condition: bool, message: str) -> None:
     """Raises `UserError(message)` unless the condition holds."""
     if not condition:
         raise UserError(message)
+
+
+@contextlib.contextmanager
+def refusals_of(kind: type, where: str) -> Iterator[None]:
+    """Turns what the `__post_init__` of somebody's own class raises into a `UserError` that says where."""
+    try:
+        yield
+    except Exception as error:
+        if isinstance(error, UserError) or kind.__module__.startswith("jaxformer."):
+            raise
+        reason = str(error) if type(error) is ValueError else f"{type(error).__name__}: {error}"
+        raise UserError(f"{where}: {reason}") from error
 
 
 def require_one_of(name: str, value: str, choices: Iterable[str]) -> None:
@@ -205,12 +218,8 @@ def _replaced(config: Any, values: Mapping[str, Any], parse: Callable | None, pr
     if isinstance(config, tuple):
         return tuple({**known, **_changed(known, {}, groups, parse, prefix)}.values())
     changed = _changed(known, typing.get_type_hints(type(config)), groups, parse, prefix)
-    try:
+    with refusals_of(type(config), prefix.removesuffix(".")):
         return dataclasses.replace(config, **changed)
-    except UserError:
-        raise
-    except ValueError as error:  # From the `__post_init__` of somebody's own part.
-        raise UserError(f"{prefix.removesuffix('.')}: {error}") from error
 
 
 def _changed(known: dict, hints: dict, groups: dict[str, dict], parse: Callable | None, prefix: str) -> dict:

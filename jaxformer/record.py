@@ -15,7 +15,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, ClassVar, NoReturn, TypeVar
 
-from jaxformer.config import UserError, require
+from jaxformer.config import UserError, refusals_of, require
 from jaxformer.host.own_code import Source, find_source
 
 # What a record holds of a part beside its fields: its name, the digest of its source, and which fields are execution.
@@ -219,8 +219,10 @@ def from_dict(kind: type, values: Mapping[str, Any]) -> Any:
     hints = typing.get_type_hints(kind)
     unknown = [name for name in values if name not in hints]
     require(not unknown, f"{kind.__name__} has no field {', '.join(unknown)}")
+    fields = {name: _rebuilt(hints[name], value) for name, value in values.items()}
     try:
-        return kind(**{name: _rebuilt(hints[name], value) for name, value in values.items()})
+        with refusals_of(kind, kind.__name__):
+            return kind(**fields)
     except TypeError as error:
         raise UserError(str(error).replace("__init__() ", "")) from error
 

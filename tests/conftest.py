@@ -7,6 +7,7 @@ import json
 import os
 import random
 import signal
+from pathlib import Path
 
 import hypothesis
 import jax
@@ -44,24 +45,27 @@ def pytest_xdist_auto_num_workers():
     return min(1 + (len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1), 8)
 
 
-# The files that take longest, of all and of those with slow tests: a process is given whole files.
+_HERE = Path(__file__).parent
+
+# The files that take longest, without and with `-m slow`: a process is given whole files.
 _LONGEST = (
-    "test_blocks.py",
+    "docs/test_blocks.py",
     "test_foreign_faults.py",
-    "test_mesh.py",
-    "test_parts.py",
-    "test_resume.py",
+    "devices/test_mesh.py",
+    "parts/test_parts.py",
+    "run/test_resume.py",
     "test_step.py",
-    "test_on_gpu.py",
-    "test_killed_ladder.py",
-    "test_train_state.py",
-    "test_full_disk.py",
+    "tools/test_on_gpu.py",
+    "commands/test_killed_ladder.py",
+    "checkpoint/test_train_state.py",
+    "run/test_full_disk.py",
 )
 
 
 def pytest_collection_modifyitems(items):
     """Begins with the longest files, so that none of them is left for one process when the others are done."""
-    items.sort(key=lambda item: _LONGEST.index(item.path.name) if item.path.name in _LONGEST else len(_LONGEST))
+    ranks = {_HERE / name: rank for rank, name in enumerate(_LONGEST)}
+    items.sort(key=lambda item: ranks.get(item.path, len(ranks)))
 
 
 def pytest_collection_finish():

@@ -80,9 +80,9 @@ PLOTS = (
         "What pairing saves",
         "Training loss of a variant minus its parent's on the same batches, smoothed, mean over seeds with a band "
         "of one standard error. Grey: minus the loss of the parent's run of another seed, on different batches. "
-        "The sd is the standard deviation from step to step in the second half, not smoothed, and not that over seeds. "
-        "Both have the parent's learning rate or, if compared so, each its best rate tried. Variants that change the "
-        "data share no batches with their parent, and have no panel.",
+        "sd: the standard deviation, over the steps of the second half, of the difference that is not smoothed, mean "
+        "over seeds; in brackets, unpaired by paired. Both have the parent's learning rate or, if compared so, each "
+        "its best rate tried. Variants that change the data share no batches with their parent, and have no panel.",
     ),
 )
 

@@ -110,12 +110,12 @@ class PairedCurve(NamedTuple):
     """Differences from the parent's run of another seed, to show what pairing saves; no rows with one seed."""
 
     @property
-    def scatter(self) -> tuple[float, float]:
+    def late_deviations(self) -> tuple[float, float]:
         """Standard deviations from step to step, over the second half: paired and unpaired."""
-        return _late_scatter(self.differences_SN), _late_scatter(self.crossed_SN)
+        return _late_deviation(self.differences_SN), _late_deviation(self.crossed_SN)
 
 
-def _late_scatter(values_SN: np.ndarray) -> float:
+def _late_deviation(values_SN: np.ndarray) -> float:
     if not values_SN.size:
         return math.nan
     return float(np.nanmean(np.nanstd(values_SN[:, values_SN.shape[1] // 2 :], axis=1)))
@@ -185,11 +185,11 @@ def _draw_curve(axes, finding: Finding, curve: PairedCurve) -> float:
     axes.plot(shown + 1, mean, color=colour, lw=1.5)
     axes.axhline(0, color=INK, lw=0.8)
     axes.set_title(plain(finding.name, 30), color=colour, fontsize=8.5)
-    paired, unpaired = curve.scatter
-    scatter = f"sd over steps {paired:.3f} paired"
+    paired, unpaired = curve.late_deviations
+    deviations = f"sd {paired:.3f} paired"
     if math.isfinite(unpaired) and paired > 0:
-        scatter += f", {unpaired:.3f} unpaired ({unpaired / paired:.0f} x)"
-    axes.text(0.98, 0.04, scatter, transform=axes.transAxes, ha="right", fontsize=7, color=GREY, bbox=BEHIND)
+        deviations += f", {unpaired:.3f} unpaired ({unpaired / paired:.0f} x)"
+    axes.text(0.98, 0.04, deviations, transform=axes.transAxes, ha="right", fontsize=7, color=GREY, bbox=BEHIND)
     late = [row[len(shown) // 8 :] for row in (mean, *crossed)]
     finite = np.concatenate([row[np.isfinite(row)] for row in late])
     return float(np.abs(finite).max()) if len(finite) else 0.0

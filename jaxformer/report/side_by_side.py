@@ -1,8 +1,11 @@
 """Runs side by side, as text and as a page."""
 
+import math
 from collections.abc import Sequence
 from pathlib import Path
 from typing import NamedTuple
+
+import numpy as np
 
 from jaxformer.ablation.comparison import TaskDifference
 from jaxformer.ablation.side_by_side import Contrast, ShownRun, declared_name
@@ -11,7 +14,7 @@ from jaxformer.host.console import format_duration, format_rows, format_size, wr
 from jaxformer.host.html import render
 from jaxformer.report.formatting import NOTHING, number, percent, with_error
 from jaxformer.run.chart import Chart, make_chart
-from jaxformer.run.metrics import Series
+from jaxformer.run.metrics import Series, mean_rate
 
 # Last steps of the training loss, whose mean is shown: a single one means little.
 _LAST_STEPS = 100
@@ -49,20 +52,19 @@ def run_names(runs: Sequence[ShownRun]) -> list[str]:
 
 
 def _cells(run: ShownRun, name: str) -> list[str]:
-    def latest(metric: str) -> float:
-        return float(run.series[metric].values[-1]) if metric in run.series else float("nan")
+    def values(metric: str) -> np.ndarray:
+        return run.series[metric].values if metric in run.series else np.full(1, np.nan)
 
     summary, steps = run.finished.summary if run.finished else {}, run.experiment.training.steps
     done = int(run.series["train/loss"].steps[-1])
-    losses = run.series["train/loss"].values[-_LAST_STEPS:]
-    speeds = run.series.get("train/tokens_per_second")
+    speed = mean_rate(values("train/tokens_per_second"))
     return [
         name,
         str(run.record["seed"]),
         f"{done:,}" if done == steps else f"{done:,} of {steps:,}",
-        number(latest("validation/bits_per_byte"), 4),
-        number(float(losses.mean()), 4),
-        f"{speeds.values.mean():,.0f}" if speeds else NOTHING,
+        number(float(values("validation/bits_per_byte")[-1]), 4),
+        number(float(values("train/loss")[-_LAST_STEPS:].mean()), 4),
+        f"{speed:,.0f}" if math.isfinite(speed) else NOTHING,
         format_duration(summary["seconds"]) if summary else "",
         format_size(summary["peak_memory_bytes"]) if summary else "",
     ]

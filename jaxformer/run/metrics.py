@@ -156,6 +156,12 @@ class MetricsReader:
         return {name: Series(np.array(steps), np.array(values)) for name, (steps, values) in self._columns.items()}
 
 
+def mean_rate(rates: np.ndarray) -> float:
+    """Returns the rate over equal numbers of steps whose own rates are given: the harmonic mean; NaN without any."""
+    finite = rates[np.isfinite(rates) & (rates > 0)]
+    return len(finite) / float((1 / finite).sum()) if len(finite) else math.nan
+
+
 def training_losses(folder: Path) -> np.ndarray:
     """Returns the training losses of a run, float64 nats per target, by step from 0 up to the first that is missing."""
     losses = _losses_by_step(read_metrics(folder))

@@ -77,5 +77,4 @@ def _print_corpus(data: Data, number: int, kind: str | Reader, spans: Sequence[S
             plan, corpus.training.tokens, np.unique(plan.documents) if is_dealt else corpus.documents
         )
         of_length = f"rows of {row_length:,} tokens: " if is_dealt else ""
-        reading = f"each row is read {passes:.3g} times" if passes >= 1 else f"{passes:.1%} of the rows are read"
-        print_wrapped(f"packing     {of_length}{report}; {reading}")
+        print_wrapped(f"packing     {of_length}{report}; {passes:.3g} passes over the rows")

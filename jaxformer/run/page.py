@@ -19,7 +19,7 @@ from jaxformer.run.chart import Chart, Event, Points, make_chart, thin
 from jaxformer.run.folder import peak_memory
 from jaxformer.run.forecast import BAND, INTERVAL, Forecast, beside_forecast, read_forecast
 from jaxformer.run.identity import CONFIG
-from jaxformer.run.metrics import MetricsReader, Series
+from jaxformer.run.metrics import MetricsReader, Series, mean_rate
 from jaxformer.run.samples import append_sample, read_samples, write_samples
 from jaxformer.skip_steps import SPIKE
 
@@ -194,7 +194,7 @@ def _some(samples: Mapping[int, str]) -> list[tuple[int, str, bool]]:
 
 def make_figures(records: Records) -> list[Figure]:
     """Returns the numbers of the summary: the quality of the model, and its cost."""
-    summary, rate = records.summary, _mean(records.values("train/tokens_per_second"))
+    summary, rate = records.summary, mean_rate(records.values("train/tokens_per_second"))
     error = _plus_minus(records.latest("validation/bits_per_byte_standard_error"), 4)
     figures = [
         Figure("validation", _number(records.latest("validation/bits_per_byte"), 4), f"{error} bits per byte"),

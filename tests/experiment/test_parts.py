@@ -6,6 +6,7 @@ from variant_files import HEADER, variant
 from jaxformer.config import UserError
 from jaxformer.experiment.lineage import changed_settings, describe_change
 from jaxformer.experiment.resolution import resolve
+from jaxformer.record import from_dict
 
 pytestmark = [pytest.mark.device_free, pytest.mark.smoke]
 
@@ -22,6 +23,11 @@ class Net:
 class Wide(LayerPart):
     experts: int = 4
     top: int = 1
+
+    def __post_init__(self):
+        assert self.top, "an error that its author did not foresee"
+        if self.top > self.experts:
+            raise ValueError(f"top ({self.top}) must be at most experts ({self.experts})")
 
     def make(self, config, *, rngs):
         return Net()
@@ -113,3 +119,18 @@ def test_a_field_of_a_part_can_be_set_on_the_command_line(make, tmp_path):
     changed = resolve(str(tmp_path / "put.py"), {"model.feed_forward.experts": "6"})
     assert changed.lineage.overrides == {"model.feed_forward.experts": (4, 6)} and changed.name.startswith("put~")
     assert repr(changed.experiment.model.feed_forward) == "Wide(experts=6, top=1)"
+
+
+def test_what_a_part_refuses_is_one_line_wherever_its_fields_are_set(make, tmp_path):
+    put = make("put", "{'model.feed_forward': Wide()}").experiment.model.feed_forward
+    refused = r"top \(5\) must be at most experts \(4\)$"
+    with pytest.raises(UserError, match=rf"^model\.feed_forward: {refused}"):
+        resolve(str(tmp_path / "put.py"), {"model.feed_forward.top": "5"})
+    with pytest.raises(UserError, match=rf"model\.feed_forward: {refused}"):
+        make("more", "{'model.feed_forward.top': 5}", parent="put")
+    with pytest.raises(UserError, match=rf"experiment .*in_file\.py, line \d+: ValueError: {refused}"):
+        make("in_file", "{'model.feed_forward': Wide(top=5)}")
+    with pytest.raises(UserError, match=r"^model\.feed_forward: AssertionError: an error"):
+        resolve(str(tmp_path / "put.py"), {"model.feed_forward.top": "0"})
+    with pytest.raises(UserError, match=rf"^Wide: {refused}"):
+        from_dict(type(put), {"experts": 4, "top": 5})

@@ -12,6 +12,7 @@ from jaxformer.ablation.comparability import ONE_DOCUMENT
 from jaxformer.ablation.side_by_side import contrast_runs, read_shown
 from jaxformer.report.formatting import NOTHING
 from jaxformer.report.side_by_side import HEADINGS, comparison_text, describe_contrast, describe_runs
+from jaxformer.run.metrics import Series
 
 pytestmark = pytest.mark.device_free
 
@@ -123,6 +124,13 @@ def test_a_run_that_tells_no_speed_has_a_dash(folder):
     series = {name: each for name, each in run.series.items() if name != "train/tokens_per_second"}
     row = dict(zip(HEADINGS, describe_runs([run._replace(series=series)])[0], strict=True))
     assert row["tokens/s"] == NOTHING
+
+
+def test_the_speed_of_a_run_is_that_of_all_its_steps(folder):
+    (run,) = shown(folder, "root/seed_0")
+    rates = Series(np.array([1, 2]), np.array([100.0, 300.0]))
+    described = describe_runs([run._replace(series={**run.series, "train/tokens_per_second": rates})])
+    assert dict(zip(HEADINGS, described[0], strict=True))["tokens/s"] == "150"
 
 
 def test_run_that_is_not_finished_is_shown_as_far_as_it_is(folder, tmp_path):

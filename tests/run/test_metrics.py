@@ -13,6 +13,7 @@ from jaxformer.run.metrics import (
     Writer,
     check_recorded,
     curves,
+    mean_rate,
     read_metrics,
     recent_loss,
     training_losses,
@@ -192,3 +193,10 @@ def test_validation_losses_are_read_by_step(tmp_path):
     writer.close()
     losses = validation_losses(read_metrics(tmp_path))
     assert losses[4] == 2.5 and math.isnan(losses[8]) and len(losses) == 2
+
+
+def test_rate_of_equal_numbers_of_steps_is_that_of_all_of_them():
+    seconds = np.array([1.0, 3.0])  # For 600 tokens each.
+    assert mean_rate(600 / seconds) == pytest.approx(1200 / seconds.sum())
+    assert mean_rate(np.array([math.nan, 5.0, 5.0])) == 5
+    assert math.isnan(mean_rate(np.array([math.nan]))) and math.isnan(mean_rate(np.array([])))
